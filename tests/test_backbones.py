@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -327,7 +328,9 @@ def test_a_wrong_name_is_answered_with_the_nearest_names() -> None:
 @pytest.mark.parametrize("name", ["dinov2", "ViT-B/16", "clip", "siglip"])
 def test_a_short_name_is_answered_with_ids_that_can_be_opened(name: str) -> None:
     error = refuses_model("models.unknown_model", name)
-    for suggestion in error.values["nearest"].split(", "):
+    suggestions = re.findall(r"'([^']+)'", error.values["advice"])
+    assert suggestions
+    for suggestion in suggestions:
         family = find_family(suggestion)
         assert list(family.tags(family.without_tag(suggestion)))
         assert describe(suggestion).depth >= 1

@@ -11,6 +11,7 @@ from messages import raises, refuses
 from photos import TINY_MODEL, write_photos
 
 import layerbank
+import layerbank.jobs.cases as cases
 import layerbank.jobs.extract as extract_job
 import layerbank.jobs.probe as probe_job
 from layerbank import ExtractJob, ProbeJob, StudyJob
@@ -57,8 +58,9 @@ def test_an_error_is_found_before_data_and_models_are_opened(
         raise AssertionError("opened")
 
     monkeypatch.chdir(place)
-    for module in (probe_job, extract_job):
+    for module in (cases, extract_job):
         monkeypatch.setattr(module, "open_source", opened)
+    for module in (probe_job, extract_job):
         monkeypatch.setattr(module, "open_model", opened)
     arguments = ("--model", TINY_MODEL, "--weights", "random", "--data", "folder:photos")
     refuses(run("probe", *arguments, *options), key)

@@ -56,7 +56,7 @@ def test_what_is_wrong_is_named(tmp_path: Path, line: str, problem: str) -> None
 @pytest.mark.parametrize(
     ("old", "new", "problem"),
     [
-        ("demo:digits", "cifar1", "data 'cifar1' (Did you mean 'vtab/cifar10'?"),
+        ("demo:digits", "cifar1", "data 'cifar1' (Did you mean 'cifar10'?"),
         ("demo:digits", "dema:digits", "data 'dema:digits' (a scheme among folder"),
         ("alf", "alv", "probe 'alv'"),
         ('["alf"]', '["alf", "alf"]', "'alf' twice in probes"),

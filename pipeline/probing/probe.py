@@ -40,6 +40,7 @@ from .rows.row_files import row_folder, wrong_file
 from .rows.row_locks import RowLocks
 from .sweep_journal import SweepJournal, clear_finished
 from .tokens.split_tokens import SplitRequest, SplitTokens
+from .tokens.streaming import StreamedTokens
 from .training import Trained, large_blocks_returned, open_tokens, open_training, relay, solve_probe, trained_of
 
 
@@ -361,45 +362,44 @@ class _Run:
                 )
         trained = [named for named in probes if not HEADS[named.head].is_solved and named.derived is None]
         wanted, num_test = [(named, self.protocol_of(named)) for named in trained], len(self.open_test().targets)
-        refuse = self.failures.add
-        for group in plan_groups(self.cache, wanted, memory_bytes, device, num_test=num_test, refuse=refuse):
-            if not self.train(group):
-                for named in group.probes:  # scores of finished banks are in the journal
-                    with self.failures.of(named):
-                        self.train(
-                            make_group(self.cache, [named], group.protocol, memory_bytes, device, num_test=num_test)
-                        )
-            self.clear_journal()
+        refuse, alone = self.failures.add, list[ProbeGroup]()
+        groups = iter(plan_groups(self.cache, wanted, memory_bytes, device, num_test=num_test, refuse=refuse))
+        while (group := alone.pop(0) if alone else next(groups, None)) is not None:
+            try:
+                with large_blocks_returned(group.placement.spare_bytes):
+                    opened, tokens = open_training(group, self._on_event)
+                    results = run_sweeps(
+                        opened.sweeps,
+                        tokens,
+                        partial(self._open_test_of, opened),
+                        opened.protocol,
+                        plan=opened.placement.plan,
+                        device=opened.placement.device,
+                        journal=self._journal(opened),
+                        on_event=relay(opened.names, self._on_event, opened.cache.task.metric),
+                    )
+                    del tokens  # what is kept needs other memory
+                    self._keep_all(trained_of(opened, results))
+            except CAUGHT as error:
+                if not self.failures.add_of_group(group.probes, error):  # any of several probes may be the cause
+                    for named in group.probes:  # scores of finished banks are in the journal
+                        with self.failures.of(named):
+                            alone.append(
+                                make_group(self.cache, [named], group.protocol, memory_bytes, device, num_test=num_test)
+                            )
+            if not alone:
+                self.clear_journal()
         for named in (named for named in probes if named.derived is not None):
             with self.failures.of(named):
                 self.train_post_hoc(named, memory_bytes, device)
 
-    def train(self, group: ProbeGroup) -> bool:
-        """Train the probes of a group together, test them, and keep what comes of them.
+    def _open_test_of(self, group: ProbeGroup) -> StreamedTokens:
+        return open_tokens(self.open_test(), group)
 
-        Returns:
-            False if that failed and any of several probes may be the cause.
-        """
-        try:
-            with large_blocks_returned(group.placement.spare_bytes):
-                group, tokens = open_training(group, self._on_event)
-                results = run_sweeps(
-                    group.sweeps,
-                    tokens,
-                    lambda: open_tokens(self.open_test(), group),
-                    group.protocol,
-                    plan=group.placement.plan,
-                    device=group.placement.device,
-                    journal=self._journal(group),
-                    on_event=relay(group.names, self._on_event, group.cache.task.metric),
-                )
-                del tokens  # what is kept needs other memory
-                for trained in trained_of(group, results):
-                    with self.failures.of(trained.named):
-                        self.keep(trained)
-        except CAUGHT as error:
-            return self.failures.add_of_group(group.probes, error)
-        return True
+    def _keep_all(self, results: Sequence[Trained]) -> None:
+        for trained in results:
+            with self.failures.of(trained.named):
+                self.keep(trained)
 
     def train_post_hoc(self, named: ProbeSpec, memory_bytes: int, device: torch.device) -> None:
         """Make a post-hoc probe of its base, which has been trained."""

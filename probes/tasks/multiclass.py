@@ -64,6 +64,8 @@ class Multiclass(Task):
         return replace(self, num_classes=num_classes)
 
     def check(self, targets: Tensor) -> None:
+        if targets.dim() != 1:
+            raise DataError("probes.targets_of_other_shape", task=self, expected="[N]", got=list(targets.shape))
         if targets.dtype != torch.int64:
             raise DataError("probes.labels_not_int64", dtype=targets.dtype)
         if targets.numel() and not (int(targets.min()) >= 0 and int(targets.max()) < self.num_classes):
