@@ -195,3 +195,14 @@ def test_a_sweep_on_views_trains_on_all_rows_and_never_on_a_view_of_what_it_is_c
     assert set(train.taken[:selected]) == set(kept.tolist())
     validated = train.taken[selected : max(taken for phase, taken in phases if phase == "validate")]
     assert validated == held_out.tolist()
+
+
+def test_settings_are_not_chosen_by_copies_of_training_images() -> None:
+    labels, groups = torch.arange(8) % 2, torch.tensor([0, 1, 2, 3, 0, 5, 6, 1])
+    marks = torch.arange(8) >= 4
+    source = ArraySource(torch.zeros(8, 4), labels, 2, groups=groups, is_validation=marks)
+    kept, held_out = split_rows(source, 0.2, 0)
+    assert (kept.tolist(), held_out.tolist()) == ([0, 1, 2, 3], [5, 6])
+    copies = ArraySource(torch.zeros(8, 4), labels, 2, groups=torch.arange(8) % 4, is_validation=marks)
+    with raises("probes.nothing_to_choose_by", DataError, num_images=4):
+        split_rows(copies, 0.2, 0)

@@ -20,7 +20,7 @@ import layerbank as lb
 from layerbank import RequestError
 from layerbank.data.classes import match_classes
 from layerbank.data.sources import open_source
-from layerbank.data.task_of_values import set_task
+from layerbank.data.task_of_values import set_task, targets_for
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
 NUMBERS = [0.5, 1.25, -3.0, 7.0, 2.0, 4.5]
@@ -209,3 +209,15 @@ def test_the_python_interface_takes_every_task(tmp_path: Path) -> None:
                 classifier.predict_proba(pixels[40:])
         else:
             assert classifier.predict_proba(pixels[40:]).shape == (20, 4 if task == "ordinal" else 3)
+
+
+def test_images_without_a_label_are_unknown_and_numbers_keep_their_digits() -> None:
+    images = lb.images_from(np.zeros((4, 8, 8, 3), np.uint8), [0, 1, 1, 0], class_names=["1234567", "1234568"])
+    images.labels[2] = -1
+    labels, names, _ = targets_for(images, "multilabel")
+    assert labels.tolist() == [[1, 0], [0, 1], [-1, -1], [1, 0]]
+    labels, names, _ = targets_for(images, "ordinal")
+    assert (labels.tolist(), names) == ([0, 1, -1, 0], ["1234567", "1234568"])
+    one_class = lb.images_from(np.zeros((2, 8, 8, 3), np.uint8), [2, 0], class_names=["0", "1", "4"])
+    labels, names, _ = targets_for(one_class, "ordinal")
+    assert (labels.tolist(), names) == ([2, 0], ["0", "1", "4"])

@@ -98,7 +98,8 @@ def targets_for(asked: Labelled, task: str) -> tuple[NDArray[Any], Sequence[str]
     values = {"data": f"{asked.name}/{asked.split}", "task": task, "found": found}
     has_classes = found == MULTICLASS and len(names) > 0
     if has_classes and task == MULTILABEL:
-        return (labels[:, None] == np.arange(len(names))).astype(np.int64), names, task
+        each = (labels[:, None] == np.arange(len(names))).astype(np.int64)
+        return np.where(labels[:, None] == NO_LABEL, NO_LABEL, each), names, task
     numbers = _numbers_of(labels, names) if has_classes else labels
     if numbers is None:
         raise RequestError("data.classes_are_no_numbers", names=few(list(names)), **values)
@@ -106,11 +107,12 @@ def targets_for(asked: Labelled, task: str) -> tuple[NDArray[Any], Sequence[str]
         raise RequestError("data.labels_not_for_task", **values)
     if task == REGRESSION:
         return numbers, [], task
-    distinct = np.unique(numbers[~np.isnan(numbers)])
+    # of classes all, also those that no image of this split has
+    distinct = np.unique(np.array([*map(float, names)]) if has_classes else numbers[~np.isnan(numbers)])
     if task == MULTICLASS and (distinct != distinct.round()).any():
         raise RequestError("data.labels_not_for_task", **values)
     classes = np.where(np.isnan(numbers), NO_LABEL, np.searchsorted(distinct, numbers))
-    return classes, [f"{one:g}" for one in distinct.tolist()], task
+    return classes, [str(int(one)) if one.is_integer() else repr(one) for one in distinct.tolist()], task
 
 
 def _numbers_of(labels: NDArray[np.int64], names: Sequence[str]) -> NDArray[np.float64] | None:

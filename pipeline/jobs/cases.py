@@ -5,6 +5,7 @@ A job without targets, subsets and folds has one case: the labels of the data se
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -72,8 +73,14 @@ class Subset:
     def key_value(self, known: Sequence[SplitRecord]) -> dict[str, Any]:
         """The field `part` of a row's key: name, number and the digest of the images that it is drawn from."""
         records = [part.record(known) for part in (self.train, self.test)]
-        of = key_of({"parts": [[one.images.digest, one.targets_digest] for one in records]})
+        of = key_of({"parts": [[one.images.digest, one.targets_digest, *_divided_by(one)] for one in records]})
         return {"name": self.name, "number": self.number, "of": of}
+
+
+def _divided_by(record: SplitRecord) -> list[str]:
+    """Digests of groups and of the images that settings are chosen by, where there are any."""
+    arrays = [one for one in (record.groups, record.is_validation) if one is not None]
+    return [hashlib.sha256(one.tobytes()).hexdigest() for one in arrays]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -185,6 +192,8 @@ class _Columns:
                 raise no_such_split(self.data, name, f"rows with {name} in column {job.split_column}", splits)
             part = part.take(is_here, name)
         part = part.take(self.rows[source][part.rows] != ABSENT)
+        if not len(part):
+            raise RequestError("data.no_images_left", data=f"{part.name}/{part.split}", reason="the table lists")
         if job.group is not None:
             values = self.values(part, job.group, "--group")
             names = self.table(source, "--group").place
@@ -338,4 +347,6 @@ def _strata_of(part: Part) -> NDArray[np.int64]:
 
 
 def _name_of(part: Part, stratum: int) -> str:
-    return part.class_names[stratum] if part.class_names else f"part {stratum}"
+    if not part.class_names:
+        return f"part {stratum}"
+    return part.class_names[stratum] if stratum < len(part.class_names) else "images without a label"

@@ -33,7 +33,12 @@ def split_rows(source: TokenSource, fraction: float, seed: int) -> tuple[Tensor,
     """
     centre, strata, groups = _images_of(source)
     if isinstance(source, ValidatedSource) and source.is_validation is not None:
-        return training_rows(source), centre[source.is_validation[centre]]
+        held_out = source.is_validation[centre]
+        if groups is not None:  # a copy of a training image chooses no setting
+            held_out = held_out & ~torch.isin(groups, groups[~held_out])
+        if not held_out.any():
+            raise DataError("probes.nothing_to_choose_by", num_images=int(source.is_validation[centre].sum()))
+        return training_rows(source), centre[held_out]
     kept, held_out = split_stratified(strata, fraction, seed, groups)
     if not isinstance(source, ViewedSource):
         return kept, held_out

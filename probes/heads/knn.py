@@ -25,6 +25,7 @@ from .features import Features, features_bytes
 from .head import HeadModule, HeadType
 
 TEMPERATURE = 0.07
+MOST_NEIGHBORS = 200  # of the protocol's grid
 SMALLEST_SHARE = 1e-12  # for a class without votes, whose logarithm must be finite
 
 
@@ -125,7 +126,8 @@ def _solve(
 
 def _bytes(num_rows: int, num_features: int, num_outputs: int, num_settings: int) -> int:
     """An upper bound of what `_solve` takes beside the features, and the cosines of a batch of 1,024 images."""
-    return 2 * features_bytes(num_rows, num_features) + 4 * 1024 * (2 * num_rows + num_settings * num_outputs)
+    voted = MOST_NEIGHBORS * (num_outputs + 6)  # of each image: targets, cosines and places of its neighbours
+    return 2 * features_bytes(num_rows, num_features) + 4 * 1024 * (2 * num_rows + num_settings * num_outputs + voted)
 
 
 HEAD = HeadType(
