@@ -242,3 +242,13 @@ def test_a_row_of_the_table_names_one_image_not_one_of_each_split(tmp_path: Path
     table = Table("table.csv", {"id": ["a", "b"]}, 2)
     with raises("data.ids_of_two_splits", lb.RequestError, first="a"):
         join_rows(table, sources)
+
+
+def test_the_training_part_decides_the_task(place: Place) -> None:
+    lines = [
+        {**one, "size": "2" if "test/" in one["id"] else f"{number / 4}"} for number, one in enumerate(place.lines)
+    ]
+    table = place.write("sizes.csv", lines)
+    (case,) = open_cases(place.job(labels=table, targets=("size",), allow_missing=True), f"folder:{place.photos}").cases
+    assert (case.train.task, case.test.task) == ("regression", "regression")
+    assert set(case.test.labels.tolist()) == {2.0}

@@ -152,8 +152,9 @@ def open_cases(job: TrainingJob, data: str, on_event: OnEvent = ignore) -> Cases
     cases: list[Case] = []
     for target in job.targets or (None,):
         asked = [replace(part) if target is None else columns.ask(part, target) for part in parts]
-        for part in asked:
-            set_task(part, job.task)
+        set_task(asked[0], job.task)
+        for other in asked[1:]:  # few values of another split may look like another task
+            set_task(other, asked[0].task)
         for other in asked[1:]:
             match_classes(asked[0], other, on_event)
         cases += _cases_of(job, target, asked)
