@@ -92,8 +92,8 @@ machine  | probe --device abacus                       | 2 | a device that torch
 machine  | predict --device mps:7                      | 2 | a device that torch can use here
 machine  | study --device cuda:99                      | 2 | a device that torch can use here
 machine  | cache repair --device abacus                | 2 | a device that torch can use here
-model    | extract --model timm/vit_smal_patch16_224   | 2 | Nearest: vit_small_patch16_224
-model    | extract --model tinny/vit                   | 2 | one of demo, open_clip, timm
+model    | extract --model timm/vit_smal_patch16_224   | 2 | Did you mean 'vit_small_patch16_224'
+model    | extract --model tinny/vit                   | 1 | from the hub
 model    | extract --model vit_small                   | 2 | timm
 model    | probe --model timm/resnet50                 | 2 | a vision transformer
 model    | probe --model open_clip/ViT-B-99            | 2 | the name of a model of open_clip
