@@ -24,14 +24,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from .pixels import DROP, MOST_PIXELS, PixelRule, as_bytes
+from .pixels import DROP, JPEG, MOST_PIXELS, PixelRule, as_bytes
 
 FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP")  # of `folder.EXTENSIONS`; Pillow calls PGM PPM
 LARGEST_RATIO = 256
 """Of the sides of an image: models resize the shorter side, so one of 1 x 20,000 pixels would take gigabytes."""
 FEW_LEVELS = 16
 _PNG = b"\x89PNG\r\n\x1a\n"
-_JPEG = b"\xff\xd8\xff"
 _HEAD_BYTES = 1 << 16  # what stands before the pixels of a PNG file, unless it has a large colour profile
 _ORIENTATION = 0x0112  # of EXIF
 _TURNS = (
@@ -89,11 +88,7 @@ def changes_of(stored: bytes | memoryview | NDArray[Any], rule: PixelRule) -> st
     """
     if isinstance(stored, np.ndarray):
         return _size_change(stored.shape[1], stored.shape[0], rule)
-    if (
-        not rule.exif_orientation
-        and rule.max_pixels == MOST_PIXELS
-        and (stored[: len(_JPEG)] == _JPEG or _is_plain_png(bytes(stored[:_HEAD_BYTES])))
-    ):
+    if rule.keeps_jpegs and (stored[: len(JPEG)] == JPEG or _is_plain_png(bytes(stored[:_HEAD_BYTES]))):
         return ""  # nearly every image
     try:
         with _opened(bytes(stored)) as image:

@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ from numpy.typing import NDArray
 
 from ..errors import RequestError
 
+JPEG = b"\xff\xd8\xff"
+"""The first bytes of a JPEG file."""
 DROP = "drop"
 """Not a ground: transparency is ignored, and the colours below it are seen."""
 COLOURS = {"white": "#ffffff", "black": "#000000"}
@@ -59,6 +62,11 @@ class PixelRule:
     def text(self) -> str:
         """The rule as one line; equal rules have equal lines."""
         return " ".join(f"{name}={value}" for name, value in asdict(self).items())
+
+    @cached_property
+    def keeps_jpegs(self) -> bool:
+        """Whether it changes the pixels of no JPEG file, which has neither transparency nor deep values."""
+        return not self.exif_orientation and self.max_pixels == MOST_PIXELS
 
     def within(self, declared: Range | None) -> PixelRule:
         """The rule for data that declare a range of their own."""
