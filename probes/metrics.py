@@ -57,14 +57,14 @@ def class_macro_f1(predictions: Tensor, labels: Tensor, num_classes: int) -> Ten
     >>> class_macro_f1(torch.tensor([[0, 0, 1], [1, 1, 1]]), torch.tensor([0, 0, 1]), num_classes=3).tolist()
     [1.0, 0.25]
     """
-    counts = torch.bincount(labels, minlength=num_classes)
-    hits = (predictions == labels).double()
-    both = torch.zeros(*hits.shape[:-1], num_classes, dtype=torch.float64)
-    predicted = torch.zeros_like(both)
-    both.scatter_add_(-1, labels.expand(hits.shape), hits)
-    predicted.scatter_add_(-1, predictions, torch.ones_like(hits))
+    if predictions.dim() > 1:  # one probe after the other, which saves memory
+        return torch.stack([class_macro_f1(one, labels, num_classes) for one in predictions])
+    counts, predicted, both = (
+        torch.bincount(of, minlength=num_classes).double()
+        for of in (labels, predictions, labels[predictions == labels])
+    )
     occurs = counts > 0
-    return (2 * both[..., occurs] / (predicted[..., occurs] + counts[occurs])).mean(-1)
+    return (2 * both[occurs] / (predicted[occurs] + counts[occurs])).mean()
 
 
 def cohen_kappa(predictions: Tensor, labels: Tensor, num_classes: int, *, quadratic: bool = False) -> Tensor:
@@ -80,15 +80,15 @@ def cohen_kappa(predictions: Tensor, labels: Tensor, num_classes: int, *, quadra
     >>> cohen_kappa(torch.tensor([0, 1, 2, 1]), labels, 3, quadratic=True).item()
     0.8
     """
-    rows = predictions.reshape(-1, len(labels))
+    if predictions.dim() > 1:  # one probe after the other: a table of C x C numbers each
+        return torch.stack([cohen_kappa(one, labels, num_classes, quadratic=quadratic) for one in predictions])
     classes = torch.arange(num_classes, dtype=torch.float64)
     costs = (classes[:, None] - classes).square() if quadratic else (classes[:, None] != classes).double()
-    confusion = torch.zeros(len(rows), num_classes * num_classes, dtype=torch.float64)
-    confusion.scatter_add_(1, labels * num_classes + rows, torch.ones(rows.shape, dtype=torch.float64))
-    confusion = confusion.view(-1, num_classes, num_classes)
-    expected = confusion.sum(2).unsqueeze(2) * confusion.sum(1).unsqueeze(1) / len(labels)
-    observed, by_chance = ((costs * one).sum((1, 2)) for one in (confusion, expected))
-    return torch.where(by_chance > 0, 1 - observed / by_chance, 0).view(predictions.shape[:-1])
+    confusion = torch.bincount(labels * num_classes + predictions, minlength=num_classes**2).double()
+    confusion = confusion.view(num_classes, num_classes)
+    expected = torch.outer(confusion.sum(1), confusion.sum(0)) / len(labels)
+    observed, by_chance = ((costs * one).sum() for one in (confusion, expected))
+    return torch.where(by_chance > 0, 1 - observed / by_chance, 0)
 
 
 def log_loss(logits: Tensor, labels: Tensor) -> Tensor:

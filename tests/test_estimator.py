@@ -76,10 +76,10 @@ def test_weights_and_groups_of_rows_are_followed() -> None:
         kept = y != "left"
         without = clone(probe).fit(X, y, sample_weight=kept.astype(float))
         np.testing.assert_array_equal(without.predict(X), clone(probe).fit(X[kept], y[kept]).predict(X))
-    by_chance, twins = np.random.default_rng(1).permutation(y), np.tile(np.arange(80), 2)
+    by_chance, both_of_each = np.random.default_rng(1).permutation(y), np.tile(np.arange(80), 2)
     nearest = lb.LayerProbe("knn", protocol=replace(FEW, num_neighbors=(1,)))
     twice = np.concatenate([X, X]), np.concatenate([by_chance, by_chance])
-    apart, together = (clone(nearest).fit(*twice, groups=groups).result_.validation for groups in (None, twins))
+    apart, together = (clone(nearest).fit(*twice, groups=groups).result_.validation for groups in (None, both_of_each))
     assert together < 0.6 < apart  # a twin that trains knows the answer
 
 
@@ -112,3 +112,14 @@ def _expected_failures(estimator: Any) -> dict[str, str]:
 )
 def test_the_checks_of_scikit_learn(estimator: Any, check: Any) -> None:
     check(estimator)
+
+
+def test_unknown_labels_may_be_nan_and_are_not_scored() -> None:
+    X = np.random.default_rng(0).normal(size=(80, 6)).astype(np.float32)
+    y = (X[:, :3] > 0).astype(np.float64)
+    unknown = np.where(np.random.default_rng(1).random(y.shape) < 0.2, np.nan, y)
+    probe = lb.LayerProbe("ridge", task="multilabel").fit(X, unknown)
+    whole = ~np.isnan(unknown).any(1)
+    assert probe.score(X, unknown) == (probe.predict(X[whole]) == y[whole]).all(1).mean()
+    integers = lb.LayerProbe("ridge", task="multilabel").fit(X, np.nan_to_num(unknown, nan=-1).astype(np.int64))
+    assert np.array_equal(probe.predict(X), integers.predict(X))

@@ -526,6 +526,8 @@ def test_folders_without_the_files_of_a_model_are_refused(tmp_path: Path, saved:
             open_backbone(f"transformers:{tmp_path}")
     (tmp_path / "config.json").write_text("{}")
     refuses_model("models.bad_model_config", f"transformers:{tmp_path}", reason="no 'model_type'")
+    (tmp_path / "config.json").write_text('{"model_type": "vit", "layer_norm_eps": NaN}')
+    refuses_model("models.bad_model_config", f"transformers:{tmp_path}", reason="NaN, which is no number of JSON")
     (tmp_path / "config.json").write_text('{"model_type": "vit"}')
     refuses_model("models.no_image_processor", f"transformers:{tmp_path}", folder=tmp_path)
     options = {"image_size": 50}

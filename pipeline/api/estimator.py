@@ -26,6 +26,7 @@ from layerbank.probes import (
     run_sweep,
     stack_tokens,
 )
+from layerbank.probes.tasks.multilabel import UNKNOWN
 
 from ..data.task_names import MULTICLASS, MULTILABEL, ORDINAL, REGRESSION
 from ..errors import RequestError
@@ -97,6 +98,7 @@ class LayerProbe(BaseEstimator):  # type: ignore[misc]  # scikit-learn ships no 
         checks = (
             {"y_numeric": is_matrix, "multi_output": is_matrix} if self.task != MULTILABEL else {"multi_output": True}
         )
+        y = _with_unknown(y) if self.task == MULTILABEL else y
         X, y = validate_data(self, X, y, allow_nd=True, dtype=np.float32, ensure_min_samples=2, **checks)
         weights = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
         check_consistent_length(X, groups)
@@ -127,9 +129,14 @@ class LayerProbe(BaseEstimator):  # type: ignore[misc]  # scikit-learn ships no 
         return probabilities
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
-        """Accuracy, of several labels that of whole rows; R2 for numbers."""
-        score = r2_score if self.task == REGRESSION else accuracy_score
-        return float(score(y, self.predict(X), sample_weight=sample_weight))
+        """Accuracy; of several labels that of whole rows, those without unknown labels; R2 for numbers."""
+        score, found = r2_score if self.task == REGRESSION else accuracy_score, self.predict(X)
+        if self.task == MULTILABEL:
+            y = _with_unknown(y)
+            known = (y != UNKNOWN).all(1)
+            y, found = y[known], found[known]
+            sample_weight = None if sample_weight is None else np.asarray(sample_weight)[known]
+        return float(score(y, found, sample_weight=sample_weight))
 
     def __sklearn_tags__(self) -> Any:
         from sklearn.utils import ClassifierTags, RegressorTags
@@ -199,3 +206,9 @@ class LayerProbe(BaseEstimator):  # type: ignore[misc]  # scikit-learn ships no 
         X = validate_data(self, X, reset=False, allow_nd=True, dtype=np.float32)
         parts = torch.split(self._tokens(X), 1024)
         return torch.cat([self.probe_(part) for part in parts])
+
+
+def _with_unknown(y: Any) -> NDArray[Any]:
+    """Labels [N, C] with -1 for NaN."""
+    labels = np.asarray(y)
+    return np.where(np.isnan(labels), UNKNOWN, labels) if labels.dtype.kind == "f" else labels

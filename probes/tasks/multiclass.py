@@ -129,18 +129,14 @@ class Multiclass(Task):
             return each_probe(lambda one: mean(one.double().softmax(1), positive, torch.ones_like(positive)), values)
         if metric == "accuracy":
             return (values == targets).double().mean(-1)
-        if (
-            metric in ("macro_f1", "kappa") and values.dim() > 1
-        ):  # they hold several numbers of an image: probe by probe
-            return torch.stack([self.evaluate(metric, one, targets) for one in values])
         by_class = {"balanced_accuracy": balanced_accuracy, "macro_f1": class_macro_f1, "kappa": cohen_kappa}
         return by_class[metric](values, targets, self.num_classes)
 
     def scoring_floats(self, num_probes: int) -> int:
         if self.metric in self.metrics_of_outputs:
             return super().scoring_floats(num_probes)
-        # class numbers int64, whether each is right, and that as float64; or what one probe needs for its table
-        return max(5 * num_probes, 2 * num_probes + 8)
+        # class numbers int64, whether each is right, and that as float64; or class numbers, and the counts of one probe
+        return max(5 * num_probes, 2 * num_probes + 6)
 
     @property
     def reported(self) -> tuple[str, ...]:

@@ -132,7 +132,7 @@ def _vision_model(folder: Path, name: str) -> tuple[Any, Any]:
     if not file.is_file():
         raise RequestError("models.no_model_folder", model=name, folder=folder)
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
+        values = json.loads(file.read_text(encoding="utf-8"), parse_constant=_no_number)
         model_type = str(values["model_type"])
     except (ValueError, KeyError, TypeError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else first_line(error)
@@ -150,6 +150,10 @@ def _vision_model(folder: Path, name: str) -> tuple[Any, Any]:
     if model_class is None or getattr(model_class, "main_input_name", "") != "pixel_values":
         raise RequestError("models.no_vision_model", model=name, type=model_type)
     return config, model_class
+
+
+def _no_number(constant: str) -> float:
+    raise ValueError(f"{constant}, which is no number of JSON")
 
 
 def _build(model_class: Any, config: Any, state: dict[str, Tensor] | None, source: str = "", name: str = "") -> Any:
@@ -236,7 +240,7 @@ def _forward(core: nn.Module, resampled: bool, layout: TokenLayout) -> Callable[
 
 def _run_in_order(core: nn.Module, num_patches: int, options: dict[str, Any], images: Tensor) -> Any:
     """MAE's encoder sorts its patches by noise, even where it drops none; rising noise leaves them in order."""
-    noise = torch.arange(num_patches, dtype=torch.float32, device=images.device).expand(len(images), -1)
+    noise = torch.arange(num_patches, dtype=torch.float32, device=images.device).expand(images.shape[0], -1)
     return core(images, noise=noise, **options)
 
 
