@@ -160,6 +160,7 @@ OUTPUT = OutputFile()
 FOLDER = Folder()
 
 device = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
+one_store = click.argument("store", type=FOLDER)
 cache_root = click.option(
     "--cache", "cache_root", type=FOLDER, default="caches", show_default=True, help="Folder of all stores."
 )
