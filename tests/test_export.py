@@ -218,6 +218,7 @@ TURNED[0x0112] = 6
         encoded(RGBA.convert("CMYK"), "JPEG"),
         encoded(DEEP),
         encoded(DEEP, "TIFF"),
+        b"P5 7 9 4095\n" + np.asarray(DEEP).clip(0, 4095).astype(">u2").tobytes(),
         encoded(RGBA.convert("RGB"), "TIFF", exif=TURNED),
     ],
 )

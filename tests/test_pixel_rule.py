@@ -7,7 +7,9 @@ import json
 import shutil
 import struct
 import tarfile
+import time
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from PIL import Image, ImageOps
 import layerbank as lb
 from layerbank import RequestError
 from layerbank.cache import StoreFiles
-from layerbank.data import decoding
+from layerbank.data import decoding, image_set
 from layerbank.data.decoding import changes_of, decode_rgb, is_flat
 from layerbank.data.image_set import identify
 from layerbank.data.image_source import BadImage, row_hash
@@ -160,24 +162,59 @@ def test_images_of_32_bits_need_a_range(dtype: type) -> None:
     assert row_hash(stored, changes_of(stored, USUAL)) != row_hash(stored)
 
 
-def test_values_that_are_no_numbers_and_deep_colours_with_a_range_are_bad_images() -> None:
+def test_values_that_are_no_numbers_are_bad_images() -> None:
     values = TWELVE_BITS.astype(np.float32)
     values[3, 4] = np.nan
     with pytest.raises(ValueError, match="no finite number"):
         decode_rgb(encoded(values, "TIFF"), RANGED)
-    deep = deep_colours()
+
+
+@pytest.mark.parametrize("rule", [RANGED, replace(RANGED, exif_orientation=True), replace(RANGED, background=DROP)])
+@pytest.mark.parametrize("num_bands", [3, 4, 2, 0], ids=["RGB", "RGBA", "LA", "PPM"])
+def test_deep_colours_with_a_range_are_bad_images(rule: PixelRule, num_bands: int) -> None:
+    """Whatever reads the pixels before: EXIF data stand after those of a PNG file."""
+    deep = (
+        deep_colours(num_bands)
+        if num_bands
+        else b"P6 24 20 4095\n" + np.dstack([TWELVE_BITS] * 3).astype(">u2").tobytes()
+    )
     assert decode_rgb(deep, USUAL)[0].size == (24, 20)
     with pytest.raises(ValueError, match="colours of 16 bits"):
-        decode_rgb(deep, RANGED)
-    assert changes_of(deep, RANGED)
-    assert not changes_of(deep, USUAL)
+        decode_rgb(deep, rule)
+    assert "range" in changes_of(deep, rule)
+    assert "range" not in changes_of(deep, USUAL)
 
 
-def deep_colours() -> bytes:
-    """A PNG file with three bands of 16 bits, which Pillow reads and does not write."""
-    rows = RANDOM.integers(0, 2**16, (20, 24, 3)).astype(">u2")
+def test_a_png_file_is_known_by_its_chunks_and_not_by_letters_in_a_comment() -> None:
+    stored, comment = palette(0), b"tEXtComment\0IDAT"
+    chunk = struct.pack(">I", len(comment) - 4) + comment + struct.pack(">I", zlib.crc32(comment))
+    commented = stored[:33] + chunk + stored[33:]
+    for rule in (USUAL, BLACK, NO_ALPHA):
+        assert changes_of(commented, rule) == decode_rgb(commented, rule)[1]
+    assert changes_of(commented, USUAL)
+
+
+def test_an_index_from_before_there_were_rules_knows_no_image(tmp_path: Path) -> None:
+    """A float image was cut at 255 then, and is a bad image under every rule without a range."""
+    photos = write_photos(tmp_path / "photos", {"train": 2})
+    (photos / "train" / "red" / "000.png").unlink()
+    (photos / "train" / "red" / "000.tif").write_bytes(encoded(TWELVE_BITS.astype(np.float32), "TIFF"))
+    time.sleep(2.1)  # younger files are not recorded
+    source = open_source(f"folder:{photos}", "train", pixels=LEGACY)
+    scopes = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(image_set, "write_index", lambda paths, index, scope: scopes.append(scope))
+        hashes = identify(source, tmp_path / "cache").hashes
+    assert [scope.count("\n") for scope in scopes] == [2]
+    assert row_hash(source.read(source.ids.index("train/red/000.tif"))) not in hashes.tolist()
+
+
+def deep_colours(num_bands: int) -> bytes:
+    """A PNG file with bands of 16 bits, which Pillow reads and does not write."""
+    rows = RANDOM.integers(0, 2**16, (20, 24, num_bands)).astype(">u2")
     data = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
-    chunks = ((b"IHDR", struct.pack(">IIBBBBB", 24, 20, 16, 2, 0, 0, 0)), (b"IDAT", data), (b"IEND", b""))
+    kind = {2: 4, 3: 2, 4: 6}[num_bands]
+    chunks = ((b"IHDR", struct.pack(">IIBBBBB", 24, 20, 16, kind, 0, 0, 0)), (b"IDAT", data), (b"IEND", b""))
     framed = (struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks)
     return b"\x89PNG\r\n\x1a\n" + b"".join(framed)
 

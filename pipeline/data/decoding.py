@@ -18,6 +18,7 @@ import threading
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,6 @@ LARGEST_RATIO = 256
 """Of the sides of an image: models resize the shorter side, so one of 1 x 20,000 pixels would take gigabytes."""
 FEW_LEVELS = 16
 _PNG = b"\x89PNG\r\n\x1a\n"
-_HEAD_BYTES = 1 << 16  # what stands before the pixels of a PNG file, unless it has a large colour profile
 _ORIENTATION = 0x0112  # of EXIF
 _TURNS = (
     Image.Transpose.FLIP_LEFT_RIGHT,  # 2
@@ -50,12 +50,34 @@ def decode_rgb(stored: bytes | NDArray[np.uint8], rule: PixelRule) -> tuple[Imag
     if not isinstance(stored, bytes):
         return to_rgb(Image.fromarray(stored), rule), changes_of(stored, rule)
     with _opened(stored) as image:
-        changes = _changes(image, rule)
-        return to_rgb(image, rule), changes
+        depth = _depth_of(image)
+        changes = _changes(image, rule, depth)
+        return to_rgb(image, rule, depth), changes
 
 
-def to_rgb(image: Image.Image, rule: PixelRule) -> Image.Image:
-    """The RGB image of one of any mode.
+@dataclass(frozen=True)
+class _Depth:
+    """What Pillow forgets of a file once it reads the pixels.
+
+    Attributes:
+        most: largest grey value, which Pillow scales to 65,535.
+        has_deep_colours: whether it has several bands of 16 bits, of which Pillow reads the upper 8.
+    """
+
+    most: int = 65535
+    has_deep_colours: bool = False
+
+
+def _depth_of(image: Image.Image) -> _Depth:
+    of_tiles = [tile[3] for tile in getattr(image, "tile", ())]
+    most = [one[1] for one in of_tiles if image.format == "PPM" and isinstance(one, tuple)]
+    if _is_deep(image):
+        return _Depth(most=most[0] if most and image.mode == "I" else 65535)
+    return _Depth(has_deep_colours=any(one > 255 for one in most) or any(";16" in str(one) for one in of_tiles))
+
+
+def to_rgb(image: Image.Image, rule: PixelRule, depth: _Depth | None = None) -> Image.Image:
+    """The RGB image of one of any mode, and of this depth, which is known before its pixels are read.
 
     Raises:
         ValueError: it is too large or too narrow, or nothing says which of its values are black and white.
@@ -65,11 +87,12 @@ def to_rgb(image: Image.Image, rule: PixelRule) -> Image.Image:
         raise ValueError(f"{width} x {height} pixels: more than {rule.max_pixels:,}")
     if max(width, height) > LARGEST_RATIO * min(width, height):
         raise ValueError(f"{width} x {height} pixels: one side is more than {LARGEST_RATIO} times the other")
-    if rule.range is not None and _has_deep_colours(image):
+    depth = depth or _depth_of(image)
+    if rule.range is not None and depth.has_deep_colours:
         raise ValueError("colours of 16 bits, of which the upper 8 are read: a range is for grey images")
     turn = _turn_of(image, rule)
     if _is_deep(image):
-        rgb = Image.fromarray(_deep_as_bytes(image, rule)).convert("RGB")
+        rgb = Image.fromarray(_deep_as_bytes(image, rule, depth.most)).convert("RGB")
     elif rule.background != DROP and _is_transparent(image):
         ground = Image.new("RGBA", image.size, rule.background)
         rgb = Image.alpha_composite(ground, image.convert("RGBA")).convert("RGB")
@@ -88,25 +111,25 @@ def changes_of(stored: bytes | memoryview | NDArray[Any], rule: PixelRule) -> st
     """
     if isinstance(stored, np.ndarray):
         return _size_change(stored.shape[1], stored.shape[0], rule)
-    if rule.keeps_jpegs and (stored[: len(JPEG)] == JPEG or _is_plain_png(bytes(stored[:_HEAD_BYTES]))):
+    if rule.keeps_jpegs and (stored[: len(JPEG)] == JPEG or _is_plain_png(stored)):
         return ""  # nearly every image
     try:
         with _opened(bytes(stored)) as image:
-            return _changes(image, rule)
+            return _changes(image, rule, _depth_of(image))
     except MemoryError:
         raise
     except Exception:  # damaged bytes make Pillow raise anything; `decode_rgb` gives the reason
         return ""
 
 
-def _changes(image: Image.Image, rule: PixelRule) -> str:
+def _changes(image: Image.Image, rule: PixelRule, depth: _Depth) -> str:
     size = _size_change(*image.size, rule)
     if image.width * image.height > rule.max_pixels:
         return size
     if _is_deep(image):
         is_ranged = rule.range is not None or _needs_range(image)
     else:
-        is_ranged = rule.range is not None and _has_deep_colours(image)  # before Pillow reads the pixels
+        is_ranged = rule.range is not None and depth.has_deep_colours
     parts = [size, f"range={rule.range}" if is_ranged else ""]
     if _turn_of(image, rule) is not None:
         parts.append("exif_orientation")
@@ -120,11 +143,14 @@ def _size_change(width: int, height: int, rule: PixelRule) -> str:
     return "" if fits == fits_usually else "large" if fits else "too large"
 
 
-def _is_plain_png(head: bytes) -> bool:
-    """Whether the first bytes are those of a PNG file without transparency, of 8 bits at most."""
-    before_pixels, pixels, _ = head.partition(b"IDAT")
-    is_plain = head.startswith(_PNG) and bool(pixels) and b"tRNS" not in before_pixels
-    return is_plain and head[24] <= 8 and head[25] in (0, 2, 3)  # bits, and grey, RGB or palette
+def _is_plain_png(stored: bytes | memoryview) -> bool:
+    """Whether it is a PNG file without transparency, of 8 bits at most."""
+    if stored[: len(_PNG)] != _PNG or len(stored) < 26 or stored[24] > 8 or stored[25] not in (0, 2, 3):
+        return False  # bits, and grey, RGB or palette
+    place = len(_PNG)
+    while (kind := bytes(stored[place + 4 : place + 8])) not in (b"IDAT", b"tRNS", b""):
+        place += int.from_bytes(stored[place : place + 4], "big") + 12
+    return kind == b"IDAT"
 
 
 def _is_deep(image: Image.Image) -> bool:
@@ -137,17 +163,9 @@ def _needs_range(image: Image.Image) -> bool:
     return image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM"))
 
 
-def _has_deep_colours(image: Image.Image) -> bool:
-    """Whether a file has several bands of 16 bits; asked before its pixels are read."""
-    return not _is_deep(image) and any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
-
-
-def _deep_as_bytes(image: Image.Image, rule: PixelRule) -> NDArray[np.uint8]:
+def _deep_as_bytes(image: Image.Image, rule: PixelRule, most: int) -> NDArray[np.uint8]:
     if rule.range is None and _needs_range(image):
         raise ValueError("values of 32 bits or floats, of which nothing says what is black and white: ?range=LOW,HIGH")
-    most = 65535
-    if image.format == "PPM" and image.mode == "I" and isinstance(args := image.tile[0][3], tuple):  # type: ignore[attr-defined]
-        most = args[1]
     values = np.asarray(image)
     if rule.range is None:
         return (values.astype(np.int64).clip(0, 65535) >> 8).astype(np.uint8)

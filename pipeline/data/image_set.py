@@ -46,7 +46,6 @@ from ..events import (
     ignore,
 )
 from .image_source import ImageSource, split_where
-from .pixels import LEGACY
 
 TRIES = 3  # for a file that changes while it is read
 PROGRESS_EVERY_S = 0.2
@@ -150,9 +149,7 @@ class _Identification:
         self.keys = self._file_keys()
         origin = source.origin or f"{type(source).__module__}.{type(source).__qualname__}:{source.name}"
         self.is_reported = False  # that the index cannot be kept
-        self.scope = f"{origin}\n{source.split}"
-        if source.pixel_rule != LEGACY:  # an index from before there were rules has what that one gives
-            self.scope += f"\n{source.pixel_rule.text}"
+        self.scope = f"{origin}\n{source.split}\n{source.pixel_rule.text}"
         label = re.sub(r"[^\w.-]+", "-", f"{source.name}-{source.split}")[:80]
         name = f"{label}-{xxh3_64_hexdigest(self.scope.encode(errors='surrogatepass'))}{INDEX_SUFFIX}"
         self.index_paths = [folder / name for folder in index_folders(cache_root)] if self.paths else []

@@ -38,7 +38,7 @@ def preprocess(image: Image.Image, steps: Sequence[Mapping[str, Any]]) -> NDArra
         uint8 [3, H, W], the channels red, green, blue.
 
     Raises:
-        ValueError: values of 32 bits or floats, and no range.
+        ValueError: values of 32 bits or floats, and no range; or values that are not finite.
 
     >>> preprocess(Image.new("RGB", (60, 40)), [{"shortest": 36, "interpolation": "bicubic"}, {"crop": [32, 32]}]).shape
     (3, 32, 32)
@@ -56,14 +56,21 @@ def preprocess(image: Image.Image, steps: Sequence[Mapping[str, Any]]) -> NDArra
 def _to_rgb(
     image: Image.Image, *, background: str, range: Sequence[float] | None, exif_orientation: bool
 ) -> Image.Image:
-    file_format = image.format
+    file_format, most = image.format, 65535
+    of_tiles = [tile[3] for tile in getattr(image, "tile", ())]  # forgotten once the pixels are read
+    if file_format == "PPM" and image.mode == "I" and of_tiles and isinstance(of_tiles[0], tuple):
+        most = of_tiles[0][1]  # which Pillow scales to 65,535
     if exif_orientation and file_format != "TIFF":  # Pillow has turned those
         image = ImageOps.exif_transpose(image)
     if image.mode[0] in "IF":
         values = np.asarray(image)
         if range is not None:
             low, high = range
-            values = ((values.astype(np.float64) - low) * (255 / (high - low))).round().clip(0, 255)
+            values = (values * (most / 65535)).round() if most < 65535 else values
+            values = (values.astype(np.float64) - low) * (255 / (high - low))
+            if not np.isfinite(values).all():
+                raise ValueError("a value that is no finite number")
+            values = values.round().clip(0, 255)
         elif image.mode == "F" or (image.mode == "I" and file_format not in ("PNG", "PPM")):
             raise ValueError("values of 32 bits or floats, of which nothing says what is black and white")
         else:
