@@ -23,11 +23,14 @@ def lines(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
+SMOKE = ["--device", "cpu", "--smoke"]
+
+
 def test_every_section_runs_at_tiny_sizes_without_a_gpu(
     gpu: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "gpu.jsonl"
-    assert gpu.main(["--device", "cpu", "--smoke", "--out", str(out)]) == 0
+    assert gpu.main([*SMOKE, "--in-process", "--out", str(out)]) == 0
     figures = lines(out)
     assert [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")] == figures
     assert list(dict.fromkeys(figure["section"] for figure in figures)) == list(gpu.SECTIONS)
@@ -44,6 +47,25 @@ def test_every_section_runs_at_tiny_sizes_without_a_gpu(
     assert any(figure.get("timeline") and (tmp_path / figure["timeline"]).exists() for figure in of("extraction"))
 
 
+def test_what_the_device_computes_equals_float64_on_the_cpu(gpu: ModuleType) -> None:
+    """On a GPU if there is one, at its sizes: z has more than 2^31 numbers there."""
+    on_gpu = torch.cuda.is_available()
+    sizes = gpu.FULL if on_gpu else gpu.SMOKE
+    measured = gpu.Measured(device=torch.device("cuda" if on_gpu else "cpu"), sizes=sizes, folder=None)
+    figures = list(gpu.SECTIONS["truth"].measure(measured))
+    assert [figure for figure in figures if "error" in figure] == []
+    assert len(figures) >= 32
+
+
+def test_a_wrong_gradient_is_found(gpu: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(gpu.gpu_truth.LARGEST_ERROR, "bfloat16", 1e-6)
+    assert [
+        figure["check"]
+        for figure in gpu.gpu_truth.bank_checks(gpu.Measured(device=torch.device("cpu"), sizes=gpu.SMOKE, folder=None))
+        if "error" in figure and "linear" in figure["check"]
+    ] == ["bank linear, bfloat16, worst logits"]
+
+
 def test_an_error_in_one_section_is_told_and_loses_nothing_of_the_others(
     gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -51,13 +73,42 @@ def test_an_error_in_one_section_is_told_and_loses_nothing_of_the_others(
         yield {"first": 1}
         raise RuntimeError("no memory left")
 
-    monkeypatch.setitem(gpu.SECTIONS, "sweep", fail)
+    monkeypatch.setitem(gpu.SECTIONS, "sweep", gpu.Section(fail, 10))
     out = tmp_path / "gpu.jsonl"
-    assert gpu.main(["--device", "cpu", "--smoke", "--sections", "sweep", "peak", "--out", str(out)]) == 1
+    sections = ["--sections", "sweep", "peak", "--out", str(out)]
+    assert gpu.main([*SMOKE, "--in-process", *sections]) == 1
     figures = lines(out)
     assert [figure["error"] for figure in figures if "error" in figure] == ["RuntimeError: no memory left"]
     assert {"section": "sweep", "first": 1} in figures
     assert any("copy_bytes_per_s" in figure for figure in figures)
+
+    monkeypatch.undo()
+    assert gpu.finished_sections(out) == {"peak"}
+    num_lines = len(lines(out))
+    assert gpu.main([*SMOKE, "--in-process", "--sections", "peak", "--out", str(out)]) == 0
+    assert len(lines(out)) == num_lines
+
+
+def test_a_section_that_hangs_or_dies_is_ended_and_the_next_one_runs(
+    gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "gpu.jsonl"
+    script = tmp_path / "gpu.py"
+    script.write_text(
+        "import os, sys, time\n"
+        "section = sys.argv[sys.argv.index('--sections') + 1]\n"
+        "time.sleep(600) if section == 'truth' else os.abort() if section == 'peak' else None\n"
+    )
+    monkeypatch.setattr(gpu, "__file__", str(script))
+    monkeypatch.setattr(gpu, "SHORTEST_S", 0)
+    monkeypatch.setitem(gpu.SECTIONS, "truth", gpu.Section(gpu.SECTIONS["truth"].measure, 1))
+    assert gpu.main([*SMOKE, "--sections", "truth", "peak", "tokens", "--out", str(out)]) == 1
+    assert [(line["section"], line["error"]) for line in lines(out)] == [
+        ("truth", "ended after 1 s"),
+        ("peak", "its process ended with -6"),
+    ]
+    assert gpu.main([*SMOKE, "--sections", "tokens", "--limit", "-1", "--out", str(out)]) == 1
+    assert lines(out)[-1]["error"].startswith("not begun")
 
 
 def test_without_a_gpu_it_says_what_to_do(
