@@ -156,6 +156,7 @@ def plan_group(
     memory_bytes: int | None,
     *,
     num_tested: int = 0,
+    on_gpu: bool = False,
 ) -> GroupPlan:
     """Plan the memory and the passes of heads that train together.
 
@@ -165,6 +166,7 @@ def plan_group(
         protocol: grid and batches.
         memory_bytes: memory for training and test; None is no limit.
         num_tested: test images, counted once for each sweep; their outputs are kept.
+        on_gpu: whether a GPU trains them.
 
     Raises:
         SettingError: head and tokens or head and task do not fit each other, or the memory is too small for one probe of a head.
@@ -173,7 +175,8 @@ def plan_group(
     for candidate in candidates:
         check_task(candidate.head, source.task)
         reading = reading_of(candidate, source)
-        sizes = sizes_of(candidate.head, reading.token_shape, source.task, len(source.targets), protocol)
+        num_rows = len(source.targets)
+        sizes = sizes_of(candidate.head, reading.token_shape, source.task, num_rows, protocol, on_gpu=on_gpu)
         heads[candidate] = TrainableHead(
             candidate=candidate, reading=reading, sizes=sizes, protocol=protocol, memory=plan_memory(sizes)
         )

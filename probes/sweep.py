@@ -40,7 +40,7 @@ def run_sweep(
 ) -> SweepResult:
     """The sweep of one head that reads whole rows, trained in `memory_bytes`; the rest as in `run_sweeps`."""
     candidate = Candidate(head=head)
-    plan = plan_group([candidate], train, protocol, memory_bytes)
+    plan = plan_group([candidate], train, protocol, memory_bytes, on_gpu=torch.device(device).type == "cuda")
     (result,) = run_sweeps([[candidate]], train, open_test, protocol, plan=plan, device=device, on_event=on_event)
     return result
 
@@ -78,7 +78,8 @@ def run_sweeps(
         DataError: there are too few images to hold some out, or the test tokens differ from the training tokens.
     """
     if plan is None:
-        plan = plan_group(list(dict.fromkeys(one for sweep in sweeps for one in sweep)), train, protocol, None)
+        candidates = list(dict.fromkeys(one for sweep in sweeps for one in sweep))
+        plan = plan_group(candidates, train, protocol, None, on_gpu=torch.device(device).type == "cuda")
     search = GridSearch(plan, train, protocol, journal)
     for banks, report in search.passes(on_event):
         runs, steps, best = [bank.make_run(device) for bank in banks], banks[0].key.num_steps, search.best

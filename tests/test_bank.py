@@ -89,6 +89,22 @@ def test_outputs_and_gradients_equal_the_plain_module_probe_by_probe(
     assert_bank_equals_modules(probes, rates, draw(11, 6, 12), 3, group_size=group_size, chunk_size=chunk_size)
 
 
+@pytest.mark.parametrize(("group_size", "chunk_size"), [(1000, 1000), (3, 5)])
+def test_probes_of_different_dropout_rates_are_computed_together(group_size: int, chunk_size: int) -> None:
+    probes = [make_probe(12, 4, 3, seed) for seed in range(7)]
+    rates = [0.0, 0.3, 0.1, 0.3, 0.0, 0.1, 0.3]
+    grouping = {"group_size": group_size, "chunk_size": chunk_size, "mixed_dropout": True}
+    assert_bank_equals_modules(probes, rates, draw(11, 6, 12), 3, **grouping)
+    bank = AttentiveBank(probes, rates, group_size=1000, mixed_dropout=True)
+    labels = torch.arange(9) % 3
+    bank.compute_gradients(
+        draw(9, 6, 12).float(), labels, sample_weights(labels).float(), {4: draw(9, 6, 4).float()}, TASK
+    )
+    (stack,) = bank.stacks
+    is_zero = (stack.grads["norm_v.bias"] == 0).all(1)
+    assert is_zero.tolist() == [rate == 0 for rate in rates]
+
+
 @pytest.mark.parametrize(("embed_dim", "num_heads"), [(10, 3), (7, 2), (9, 9), (5, 1)])
 def test_heads_that_do_not_divide_the_width_are_equal_too(embed_dim: int, num_heads: int) -> None:
     probes = [make_probe(embed_dim, num_heads, 4, seed) for seed in range(7)]

@@ -80,6 +80,8 @@ class AttentiveBank:
         group_size: probes computed together.
         chunk_size: samples of a full group computed together, more of a smaller group. Scratch memory grows with
             group_size * chunk_size.
+        mixed_dropout: whether probes of different rates are computed together. By default on a GPU, where the number of kernels
+            counts; on a CPU probes without dropout are cheaper by themselves.
 
     Raises:
         SettingError: there are no probes, their shapes or mask lengths differ, or the rates do not fit.
@@ -95,6 +97,7 @@ class AttentiveBank:
         compute: str = "float32",
         group_size: int = GROUP_SIZE,
         chunk_size: int = CHUNK_SIZE,
+        mixed_dropout: bool | None = None,
     ) -> None:
         check_one_shape("AttentiveBank", [(probe.embed_dim, probe.num_classes) for probe in probes])
         rates = check_dropouts("AttentiveBank", len(probes), dropouts)
@@ -102,16 +105,19 @@ class AttentiveBank:
         self._workspace = Workspace(dtype, torch.device(device))
         self._matmul = Matmul(compute, dtype, torch.device(device))
         self._groups: list[FoldedGroup] = []
-        kinds = [(probe.num_heads, rate, _shapes(probe)) for probe, rate in zip(probes, rates, strict=True)]
-        for num_heads, rate, shapes in sorted(set(kinds)):
-            alike = [index for index, kind in enumerate(kinds) if kind == (num_heads, rate, shapes)]
+        mixed = self._workspace.device.type == "cuda" if mixed_dropout is None else mixed_dropout
+        kinds = [
+            (probe.num_heads, 0.0 if mixed else rate, _shapes(probe)) for probe, rate in zip(probes, rates, strict=True)
+        ]
+        for kind in sorted(set(kinds)):
+            alike = [index for index, other in enumerate(kinds) if other == kind]
             for members in split_evenly(alike, group_size):
                 modules = [probes[index] for index in members]
                 self._groups.append(
                     FoldedGroup(
                         Stack(modules, members, dtype, torch.device(device)),
-                        num_heads=num_heads,
-                        dropout=rate,
+                        num_heads=kind[0],
+                        dropouts=[rates[index] for index in members],
                         token_mask=_stack_masks(modules),
                         chunk_size=chunk_size * group_size // len(members),  # the same scratch memory
                         matmul=self._matmul,
@@ -129,7 +135,7 @@ class AttentiveBank:
 
     @property
     def noise_heads(self) -> list[int]:
-        return sorted({group.num_heads for group in self._groups if group.dropout > 0})
+        return sorted({group.num_heads for group in self._groups if group.has_dropout})
 
     @property
     def scratch_bytes(self) -> int:

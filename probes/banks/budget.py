@@ -25,6 +25,7 @@ from ..tasks.task import Task
 from .bank import CHUNK_SIZE, GROUP_SIZE, split_evenly
 from .memory_trace import chunks_are_possible, probe_of, step_bytes
 
+ON_A_GPU = (32, 16)  # probes of a group, beside all of them and the sizes of a CPU
 CHUNK_SIZES = (CHUNK_SIZE, 128, 64, 32)
 FLOAT_BYTES = 4
 COPIES = 4  # of every parameter: weight, gradient and the two moments of AdamW
@@ -68,6 +69,7 @@ class Sizes:
         num_probes: settings of the grid.
         batch_size: B, the larger one of selection and refit.
         compute: matmul precision.
+        on_gpu: whether a GPU trains, where as many probes as fit are computed together, of any dropout rates.
     """
 
     head: Head
@@ -77,6 +79,7 @@ class Sizes:
     num_probes: int
     batch_size: int
     compute: str = "float32"
+    on_gpu: bool = False
 
     @property
     def num_outputs(self) -> int:
@@ -85,7 +88,13 @@ class Sizes:
 
 
 def sizes_of(
-    head: Head, token_shape: tuple[int, ...], task: Task, num_samples: int, protocol: TrainingProtocol
+    head: Head,
+    token_shape: tuple[int, ...],
+    task: Task,
+    num_samples: int,
+    protocol: TrainingProtocol,
+    *,
+    on_gpu: bool = False,
 ) -> Sizes:
     """The sizes of a sweep over `num_samples` images, of which the protocol holds some out."""
     held_out = int(protocol.validation_fraction * num_samples) + task.num_strata
@@ -99,6 +108,7 @@ def sizes_of(
         # a last batch of one joins the batch before
         batch_size=max(choose_batch_size(count, protocol.batch_size) for count in candidates) + 1,
         compute=protocol.compute,
+        on_gpu=on_gpu,
     )
 
 
@@ -129,7 +139,9 @@ def _plans(sizes: Sizes) -> Iterator[MemoryPlan]:
     """All plans, the fastest first."""
     shapes = [(0, 0)]
     if _bank(sizes) == "folded":
-        groups, whole = (GROUP_SIZE, 4, 2, 1), sizes.batch_size  # a batch in chunks computes z twice
+        groups, whole = [GROUP_SIZE, 4, 2, 1], sizes.batch_size  # a batch in chunks computes z twice
+        if sizes.on_gpu:
+            groups = [sizes.num_probes, *(size for size in ON_A_GPU if size < sizes.num_probes), *groups]
         shapes = [(group, whole) for group in groups]
         shapes += [(group, chunk) for group in groups for chunk in CHUNK_SIZES if chunk < whole]
     elif _bank(sizes) == "module" and chunks_are_possible(sizes.head, sizes.token_shape, sizes.num_outputs):
@@ -188,6 +200,9 @@ def _scratch_floats(sizes: Sizes, probes: int, group_size: int, chunk_size: int)
     whole_batch = batch * (group * (2 * embed_dim + inner) + (num_tokens + 1) * width)  # y dy pooled attention
     one_chunk = chunk * (width * embed_dim + group * inner + 3 * num_tokens * width)  # z v da kept and a product
     weights = (group + 1) * inner * embed_dim + group * 5 * heads * embed_dim  # matrix, a product at the end, u du keys
+    if sizes.on_gpu:  # a dropout mask for each probe, and the product at the end for all probes at once
+        one_chunk += batch * num_tokens * width + chunk * num_tokens * width
+        weights += (group - 1) * inner * embed_dim
     classifier = group * (4 * scores + 3 * sizes.num_outputs * embed_dim)
     places = 0
     if sizes.head.num_levels:

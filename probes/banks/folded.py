@@ -1,4 +1,4 @@
-"""Attentive probes of equal heads and dropout rate as one program, forward and backward written out.
+"""Attentive probes of equal heads as one program, forward and backward written out.
 
 Their single query does not depend on the image, so keys and values are never computed. With xhat = (x - mean) / std,
 the same for every probe, and m running over all heads of all probes (PH of them):
@@ -20,7 +20,7 @@ of Wq and Wk have rank 1 for each head. Samples are processed in chunks; BatchNo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -52,12 +52,12 @@ class Folded:
 
 
 class FoldedGroup:
-    """The attention pooling of the probes of one stack, all with the same num_heads and the same attention dropout.
+    """The attention pooling of the probes of one stack, all with the same num_heads.
 
     Args:
         stack: probes of one class; gradients and running statistics are written into it.
         num_heads: H.
-        dropout: rate of the attention dropout.
+        dropouts: [P] rates of the attention dropout. Equal rates share one mask; with others each probe has its own.
         token_mask: [P, T] bool, or None where every probe sees every token.
         chunk_size: samples processed at once.
         matmul: matrix products.
@@ -69,13 +69,17 @@ class FoldedGroup:
         stack: Stack,
         *,
         num_heads: int,
-        dropout: float,
+        dropouts: Sequence[float],
         token_mask: Tensor | None,
         chunk_size: int,
         matmul: Matmul,
         workspace: Workspace,
     ) -> None:
-        self.stack, self.num_heads, self.dropout = stack, num_heads, dropout
+        self.stack, self.num_heads, self.has_dropout = stack, num_heads, max(dropouts) > 0
+        rates = sorted(set(dropouts)) if len(set(dropouts)) == 1 else dropouts
+        self._rates = torch.tensor(rates, dtype=torch.float64, device=stack.device).unsqueeze(
+            1
+        )  # [P, 1], or [1, 1] where all are equal
         self.num_probes, self.inner_dim, self.embed_dim = stack.values["to_v.weight"].shape
         self.head_dim = self.inner_dim // num_heads
         self._forbidden = None  # [T, PH], minus infinity for masked tokens
@@ -87,10 +91,16 @@ class FoldedGroup:
         self._chunk_size, self._matmul, self._workspace = chunk_size, matmul, workspace
 
     def keep(self, noise: dict[int, Tensor], dtype: torch.dtype) -> Tensor | None:
-        """The dropout mask [B, T, H] of a step, 0 or 1 / (1 - p), from `Bank.compute_gradients`' noise; None without dropout."""
-        if self.dropout == 0:
+        """The dropout mask of a step, 0 or 1 / (1 - p), from `Bank.compute_gradients`' noise; None without dropout.
+
+        Returns:
+            [B, T, P, H], or [B, T, 1, H] where all rates are equal.
+        """
+        if not self.has_dropout:
             return None
-        return (noise[self.num_heads] >= self.dropout).to(dtype).div_(1 - self.dropout)
+        drawn = noise[self.num_heads].unsqueeze(2)
+        scale = (1 / (1 - self._rates).to(torch.promote_types(dtype, torch.float32))).to(dtype)
+        return (drawn >= self._rates.to(drawn.dtype)).to(dtype).mul_(scale)
 
     def logits(self, xhat: Tensor) -> Tensor:
         """Class scores in evaluation mode, [B, T, D] -> [P, B, C]; Wo, BatchNorm and classifier are one matrix."""
@@ -227,13 +237,16 @@ class FoldedGroup:
     def _backward_values(self, dshift: Tensor | None) -> None:
         """Gradients of Wv, gamma_v and beta_v from that of Wv * gamma_v, which lies in the memory for Wv's."""
         values, grads = self.stack.values, self.stack.grads
-        for row, weight in enumerate(values["to_v.weight"]):  # one by one, while the weight is in the CPU cache
-            dmatrix = grads["to_v.weight"][row]
+        at_once = self.num_probes if self.stack.device.type == "cuda" else 1  # one by one, while it is in the CPU cache
+        for rows in chunks(self.num_probes, at_once):
+            dmatrix, weight = grads["to_v.weight"][rows], values["to_v.weight"][rows]
             product = torch.mul(dmatrix, weight, out=self._empty("product", *weight.shape))
-            torch.sum(product, 0, out=grads["norm_v.weight"][row])
-            dmatrix.mul_(values["norm_v.weight"][row])
+            torch.sum(product, 1, out=grads["norm_v.weight"][rows])
+            dmatrix.mul_(values["norm_v.weight"][rows].unsqueeze(1))
         if dshift is not None:
-            dshift = dshift.view(self.num_probes, self.inner_dim, 1)
+            dshift = dshift.view(self.num_probes, self.inner_dim, 1) * (self._rates > 0).unsqueeze(
+                1
+            )  # no noise where it is zero
             grads["to_v.weight"].addcmul_(dshift, values["norm_v.bias"].unsqueeze(1))
             grads["norm_v.bias"].copy_(torch.bmm(dshift.mT, values["to_v.weight"]).squeeze(1))
 
@@ -244,10 +257,10 @@ class FoldedGroup:
         return z
 
     def _kept(self, x: Tensor, keep: Tensor) -> Tensor:
-        """x [b, T, PH] times the dropout mask [b, T, H] that the probes share."""
+        """x [b, T, PH] times the dropout mask of `keep`."""
         out = self._empty("kept", *x.shape)
         by_probe = (*x.shape[:2], self.num_probes, self.num_heads)
-        torch.mul(x.view(by_probe), keep.unsqueeze(2), out=out.view(by_probe))
+        torch.mul(x.view(by_probe), keep, out=out.view(by_probe))
         return out
 
     def _empty(self, name: str, *shape: int) -> Tensor:

@@ -5,8 +5,8 @@
 
 The trainer runs on a simulated GPU, whose tensors have shapes and no values, for two and for four steps; half the difference is a
 step. Every operation is one kernel that reads its arguments and writes its results once, but for views and empty tensors, which are
-none, and for the fused AdamW, which launches one kernel for 320 pieces of 65,536 numbers and moves 28 bytes a number. Broadcast axes
-count once. A custom operator is listed in CUSTOM with the kernels that it launches and the bytes that they move.
+none, and for the fused AdamW: one kernel for 320 pieces of 65,536 numbers, of which each moves 28 bytes. Broadcast axes count once.
+A custom operator is listed in CUSTOM with the kernels that it launches and the bytes that they move.
 The seconds are a lower bound: the larger of bytes / bandwidth, FLOPs / peak and 2.5 us, summed over the kernels of an H200.
 """
 
@@ -45,10 +45,37 @@ from layerbank.probes import (
 )
 
 VIEWS = frozenset(
-    ("view", "_unsafe_view", "t", "transpose", "unsqueeze", "squeeze", "expand", "slice", "select", "permute", "as_strided", "detach")
-    + ("alias", "_reshape_alias", "empty", "empty_strided", "empty_like", "new_empty", "split", "unbind", "is_pinned", "device")
-    + ("lift_fresh", "resolve_conj", "numpy_T", "mT", "flatten", "item")
-)  # fmt: skip
+    (
+        "view",
+        "_unsafe_view",
+        "t",
+        "transpose",
+        "unsqueeze",
+        "squeeze",
+        "expand",
+        "slice",
+        "select",
+        "permute",
+        "as_strided",
+        "detach",
+        "alias",
+        "_reshape_alias",
+        "split",
+        "unbind",
+        "flatten",
+        "numpy_T",
+        "mT",
+        "resolve_conj",
+        "lift_fresh",
+        "empty",
+        "empty_strided",
+        "empty_like",
+        "new_empty",
+        "is_pinned",
+        "device",
+        "item",
+    )
+)
 FACTORS = {"mm": (0, 1), "bmm": (0, 1), "addmm": (1, 2), "addmm_": (1, 2), "baddbmm": (1, 2), "baddbmm_": (1, 2)}
 BANDWIDTH, LAUNCH_S = 3.9e12, 2.5e-6  # of an H200: bytes/s that a copy reaches, and from one kernel to the next
 PEAK_FLOPS = {"float32": 50e12, "tf32": 330e12, "bfloat16": 600e12}
@@ -129,7 +156,7 @@ def count_step(
     embed_dim: int = 768,
     num_classes: int = 100,
     batch: int = 2048,
-    group_size: int = 7,
+    group_size: int = 63,
     chunk_size: int = 2048,
 ) -> dict[str, Counted]:
     """What a step of a bank costs, by operation.
@@ -170,9 +197,7 @@ def count_step(
                 fit_bank(bank, source, rows, settings, protocol, max_steps=num_steps)
             counts.append(mode.counted)
     few, many = counts
-    step = {
-        name: Counted().plus(counted, 0.5).plus(few.get(name, Counted()), -0.5) for name, counted in many.items()
-    }
+    step = {name: Counted().plus(counted, 0.5).plus(few.get(name, Counted()), -0.5) for name, counted in many.items()}
     return {name: counted for name, counted in step.items() if counted.kernels}
 
 
@@ -187,7 +212,7 @@ def total(step: dict[str, Counted]) -> Counted:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--compute", choices=COMPUTES, action="append")
-    parser.add_argument("--group-size", type=int, default=7)
+    parser.add_argument("--group-size", type=int, default=63)
     parser.add_argument("--chunk-size", type=int, default=2048)
     options = parser.parse_args()
     for compute in options.compute or COMPUTES:

@@ -115,7 +115,7 @@ def place_tokens(
     on_gpu = device.type == "cuda"
     budget_bytes = free_device_bytes(device) if on_gpu else memory_bytes
     # the outputs on the test images lie in the host's memory
-    whole = plan_group(candidates, tokens, protocol, None, num_tested=0 if on_gpu else num_tested)
+    whole = plan_group(candidates, tokens, protocol, None, num_tested=0 if on_gpu else num_tested, on_gpu=on_gpu)
     # the test tokens are streamed in any case: each is read once
     beside_bytes = stream_bytes(tokens, EVALUATION_ROWS, 0)
     held_bytes = tokens.stored_bytes + (whole.batch_size * tokens.stored_row_bytes if on_gpu else beside_bytes)
