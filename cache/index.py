@@ -61,15 +61,10 @@ def read_whole(path: str | Path) -> tuple[bytes, Status, bool]:
         content = os.read(fd, before.st_size)
         while len(content) < before.st_size and (more := os.read(fd, before.st_size - len(content))):
             content += more
-        after = os.fstat(fd)
+        after = _fields(os.fstat(fd))
     finally:
         os.close(fd)
-    is_settled = (
-        len(content) == after.st_size
-        and after.st_mtime_ns == before.st_mtime_ns
-        and after.st_ctime_ns == before.st_ctime_ns
-    )
-    return content, _fields(after), is_settled
+    return content, after, len(content) == after[0] and after == _fields(before)
 
 
 def _status(path: str | Path) -> Status:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import shutil
 import tarfile
@@ -12,6 +13,8 @@ from typing import Any
 
 import h5py
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from commands import run
 from extractions import rows_of
@@ -111,8 +114,46 @@ def write_wds(place: Path, images: Pixels) -> str:
     return f"wds:{place}"
 
 
+def write_npz(place: Path, images: Pixels) -> str:
+    place.mkdir(parents=True, exist_ok=True)
+    labels = [int(name.split("/")[0]) for name in images]
+    np.savez(place / "train.npz", images=np.stack([pixels_of(number) for number in images.values()]), labels=labels)
+    return f"npz:{place}/{{split}}.npz"
+
+
+def write_csv(place: Path, images: Pixels) -> str:
+    write_folder(place, images)
+    lines = [f"train/{name}.bmp,{name.split('/')[0]}" for name in images]
+    (place / "train.csv").write_text("\n".join(["image,label", *lines]))
+    return f"csv:{place}/{{split}}.csv"
+
+
+def arrow_table(images: Pixels) -> pa.Table:
+    """Encoded images and labels, as Hugging Face keeps them."""
+    cells = [{"bytes": encoded(number), "path": name} for name, number in images.items()]
+    kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    return pa.table({"image": pa.array(cells, kind), "label": [name.split("/")[0] for name in images]})
+
+
+def write_parquet(place: Path, images: Pixels) -> str:
+    place.mkdir(parents=True, exist_ok=True)
+    pq.write_table(arrow_table(images), place / "train.parquet", row_group_size=10, compression="NONE")
+    return f"parquet:{place}/{{split}}.parquet"
+
+
+def write_hf(place: Path, images: Pixels) -> str:
+    """The files that `datasets.DatasetDict.save_to_disk` writes."""
+    (place / "train").mkdir(parents=True, exist_ok=True)
+    table = arrow_table(images)
+    with pa.OSFile(str(place / "train" / "0.arrow"), "wb") as file, pa.ipc.new_stream(file, table.schema) as stream:
+        stream.write_table(table, max_chunksize=10)
+    (place / "train" / "state.json").write_text(json.dumps({"_data_files": [{"filename": "0.arrow"}]}))
+    return f"hf:{place}"
+
+
 Writer = Callable[[Path, Pixels], str]
-KINDS = pytest.mark.parametrize("write", [write_folder, write_hdf5, write_wds], ids=["folder", "hdf5", "wds"])
+WRITERS = (write_folder, write_csv, write_hdf5, write_npz, write_wds, write_parquet, write_hf)
+KINDS = pytest.mark.parametrize("write", WRITERS, ids=lambda write: write.__name__.removeprefix("write_"))
 
 
 @pytest.fixture(scope="module")

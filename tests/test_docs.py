@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pkgutil
 import re
 import subprocess
 import sys
@@ -58,6 +59,15 @@ def test_every_file_that_the_reading_order_names_exists() -> None:
         names += [f"{top}/{name}" if (ROOT / top / name).exists() else f"{top}/{folder}{name}" for name in files]
     assert len(names) > 25
     assert [name for name in names if not (ROOT / name).exists()] == []
+
+
+def test_every_file_and_name_of_the_contributing_guide_exists() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    files = re.findall(r"`((?:pipeline|probes|cache|tests)/[\w/]+\.py)`", text)
+    names = re.findall(r"`(layerbank(?:\.\w+)+)", text[text.index("## Names of 0.1.0") :])
+    assert min(len(files), len(names)) > 10
+    assert [file for file in files if not (ROOT / file).exists()] == []
+    assert all(pkgutil.resolve_name(name) for name in names)
 
 
 def test_the_protocol_file_of_the_command_reference_is_one(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from messages import raises
 
-from layerbank.probes import ArraySource, DataError, Head, TrainingProtocol, run_sweep
+from layerbank.probes import ArraySource, DataError, Head, SettingError, TrainingProtocol, run_sweep
 from layerbank.probes.data.split import centre_rows, num_moved, split_rows, split_stratified
 from layerbank.probes.seeds import make_generator
 
@@ -150,6 +150,12 @@ def test_copies_are_held_out_together_with_all_their_views_and_the_moved_ones_ar
     moved = set(images[held_out].tolist()) ^ set(plain)
     assert num_moved(labels[::3], 0.2, 0, of_image) == len(moved) > 0
     assert num_moved(labels[::3], 0.2, 0, torch.arange(40)) == 0
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.0, 1.5, -0.2, float("nan")])
+def test_a_fraction_that_is_none_is_refused(fraction: float) -> None:
+    with raises("probes.wrong_fraction", SettingError, fraction=fraction):
+        split_rows(ArraySource(torch.zeros(8, 4), torch.arange(8) % 2, 2), fraction, 0)
 
 
 def test_groups_that_are_not_one_a_row_are_refused() -> None:

@@ -252,10 +252,11 @@ class _Identification:
                 are_settled.append(True)
             else:
                 hashes.append(self.source.hashes_of(content)[0])
+                del content  # its memory, which is in the processor's cache, serves the next file
                 status.append(found)
                 are_settled.append(is_settled)
             progress.done(file)
-        self.hashes[files] = self.rule1_hashes[files] = hashes
+        self.hashes[files] = self.rule1_hashes[files] = np.array(hashes, dtype=np.uint64)
         self.status[files] = np.array(status, dtype=STATUS)
         self.recorded_ns[files] = np.where(are_settled, now, 0)
         self.is_known[files] = True
@@ -279,7 +280,8 @@ class _Identification:
             hashes.append(by_rules[0])
             rule1_hashes.append(by_rules[1])
             progress.done(row)
-        self.hashes[rows], self.rule1_hashes[rows] = hashes, rule1_hashes
+        self.hashes[rows] = np.array(hashes, dtype=np.uint64)
+        self.rule1_hashes[rows] = np.array(rule1_hashes, dtype=np.uint64)
         self.is_known[rows] = True
 
     def _save(self) -> None:

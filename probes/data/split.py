@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..errors import DataError
+from ..errors import DataError, SettingError
 from ..seeds import make_generator
 from .token_source import GroupedSource, TokenSource, ValidatedSource, ViewedSource, training_rows
 
@@ -29,6 +29,7 @@ def split_rows(source: TokenSource, fraction: float, seed: int) -> tuple[Tensor,
         all rows of the kept images, and the centre row of each held-out image; sorted, int64.
 
     Raises:
+        SettingError: the fraction is out of range.
         DataError: no stratum, such as a class, has two groups of images.
     """
     centre, strata, groups = _images_of(source)
@@ -84,6 +85,7 @@ def split_stratified(labels: Tensor, fraction: float, seed: int, groups: Tensor 
         rows to train on and rows held out, sorted, int64.
 
     Raises:
+        SettingError: the fraction is out of range.
         DataError: no stratum, such as a class, has two groups of images.
 
     >>> kept, held_out = split_stratified(torch.tensor([0, 1, 0, 1, 0, 1, 0, 1, 2]), 0.25, seed=0)
@@ -92,6 +94,8 @@ def split_stratified(labels: Tensor, fraction: float, seed: int, groups: Tensor 
     >>> split_stratified(torch.zeros(6, dtype=torch.int64), 0.5, seed=0, groups=torch.tensor([8, 9, 7, 9, 9, 7]))[1].tolist()
     [1, 3, 4]
     """
+    if not 0 < fraction < 1:
+        raise SettingError("probes.wrong_fraction", fraction=fraction)
     shuffled = torch.randperm(len(labels), generator=make_generator(seed, "validation split"))
     group_of, leads = (torch.arange(len(labels)), shuffled) if groups is None else _number_groups(groups, shuffled)
     sizes, classes = torch.bincount(group_of), labels[leads]

@@ -203,8 +203,8 @@ class ArraySource:
         is_validation: [N] bool, see `ValidatedSource`; None if a fraction of the images is held out.
 
     Raises:
-        DataError: tokens, targets, images, groups and blocks differ in length, the task cannot use the targets, tokens (of the
-            host) are not finite, or images are not ascending.
+        DataError: tokens, targets, images, groups, blocks, weights and is_validation differ in length or have another dtype, the
+            task cannot use the targets, tokens (of the host) are not finite, images are not ascending, or weights are not positive.
 
     >>> source = ArraySource(l2_normalize(torch.ones(4, 8)), torch.tensor([0, 1, 0, 1]), 2)
     >>> source.token_shape, source.take(torch.tensor([3])).shape
@@ -233,6 +233,12 @@ class ArraySource:
         groups = None if groups is None else torch.as_tensor(groups)
         if groups is not None:
             _check_groups(groups, images)
+        weights = None if weights is None else torch.as_tensor(weights)
+        if weights is not None:
+            _check_weights(weights, len(targets))
+        is_validation = None if is_validation is None else torch.as_tensor(is_validation)
+        if is_validation is not None:
+            _check_validation(is_validation, images)
         if blocks is not None and (size := sum(block.size for block in blocks)) != prod(tokens.shape[1:]):
             raise DataError("probes.blocks_do_not_match", size=prod(tokens.shape[1:]), blocks=size)
         # A float32 sum can overflow: look again before raising. Tokens on a GPU are not checked, which would wait for it.
@@ -260,6 +266,25 @@ def _check_groups(groups: Tensor, images: Tensor) -> None:
             return
         got = "an image in several groups"
     raise DataError("probes.groups_do_not_match", num_rows=len(images), got=got)
+
+
+def _check_weights(weights: Tensor, num_rows: int) -> None:
+    got = f"{weights.dtype} {list(weights.shape)}"
+    if weights.shape == (num_rows,) and weights.dtype == torch.float64:
+        is_wrong = ~(weights.isfinite() & (weights > 0))
+        if not is_wrong.any():
+            return
+        got = f"{int(is_wrong.sum())} others, such as {weights[is_wrong][0]}"
+    raise DataError("probes.weights_do_not_match", num_rows=num_rows, got=got)
+
+
+def _check_validation(is_validation: Tensor, images: Tensor) -> None:
+    got = f"{is_validation.dtype} {list(is_validation.shape)}"
+    if is_validation.shape == images.shape and is_validation.dtype == torch.bool:
+        if not ((images[1:] == images[:-1]) & (is_validation[1:] != is_validation[:-1])).any():
+            return
+        got = "an image that is trained on and chosen by"
+    raise DataError("probes.validation_does_not_match", num_rows=len(images), got=got)
 
 
 def _check_images(images: Tensor, num_rows: int) -> None:

@@ -225,7 +225,15 @@ class CachedTokens:
         for rows in torch.split(self.reading_order, RELEASE_ROWS):
             put_rows(tokens, rows, self.take(rows))
             self.release(rows)
-        return ArraySource(tokens, self.targets, self.task, self.images, self.blocks, self.groups, self.is_validation)
+        return ArraySource(
+            tokens,
+            self.targets,
+            self.task,
+            images=self.images,
+            blocks=self.blocks,
+            groups=self.groups,
+            is_validation=self.is_validation,
+        )
 
 
 def runs_of(positions: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
